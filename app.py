@@ -182,6 +182,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         lambda: f"No job is taken: {store.failing}.",
         lambda: store.failing is not None and store.trouble is None,
     )
+    health.hold_ready("store unreadable", lambda: store.lacks_readers)
     health.warn("clock doubted", CLOCK_DOUBTED, lambda: clock.is_doubted)
     has_lost = fleet.make_has_lost(member)
     settler = Settler(store, host, secrets, client_ids, clock, settings.store.stalled_after_s, has_lost)

@@ -84,6 +84,11 @@ class PostgresEngine(StoreEngine):
     def is_readable(self) -> bool:
         return self.trouble is None
 
+    @property
+    def lacks_readers(self) -> bool:
+        readers = self._reader, self._lister, self._tidier
+        return self.trouble is None and any(reader.has_failed for reader in readers)
+
     def read(self, operation: Operation[T]) -> Future[T]:
         return self._hand_in(self._reader, operation)
 

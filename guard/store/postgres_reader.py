@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import psycopg
 
 from ..errors import GuardError
+from .disk import StoreUnusableError
 from .postgres_answers import Told
 from .postgres_connection import PostgresConnection
 from .postgres_held import HeldDatabase
@@ -28,11 +30,22 @@ class PostgresReader(DatabaseThread):
         self, name: str, held: HeldDatabase, find_refusal: Callable[[], GuardError | None], within_s: int
     ) -> None:
         """`find_refusal`: why nothing may be read now, if so. `within_s`: no statement takes longer."""
-        super().__init__(name, self._read)
+        super().__init__(name, self._read, self._try_again, look_s=AGAIN_S)
         self._held = held
         self._find_refusal = find_refusal
         self._within_s = within_s
         self._failed: tuple[float, str] | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there was no connection, or no answer over it, when it was wanted last. Any thread."""
+        return self._failed is not None
+
+    def _try_again(self) -> None:
+        """Connect where that has failed, although nobody asks: who is sent elsewhere meanwhile would not."""
+        if self._failed is not None and self._find_refusal() is None:
+            with suppress(psycopg.Error, StoreUnusableError):
+                self._connect()
 
     def _read(self, batch: Batch) -> None:
         for task in batch:
@@ -71,7 +84,6 @@ class PostgresReader(DatabaseThread):
         if self.db is None:
             if self._failed is not None and time.monotonic() < self._failed[0]:
                 raise psycopg.OperationalError(self._failed[1])
-            self._failed = None
             try:
                 self.db = self._held.connect(
                     self._within_s + 2, default_transaction_read_only="on", statement_timeout=f"{self._within_s}s"
@@ -79,5 +91,6 @@ class PostgresReader(DatabaseThread):
             except psycopg.OperationalError as error:
                 self._failed = time.monotonic() + AGAIN_S, str(error)
                 raise
+            self._failed = None
         assert isinstance(self.db, PostgresConnection)
         return self.db

@@ -68,6 +68,10 @@ class Store(DepotRecords, Protocol):
         """Why the last change failed, until one succeeds; each is tried all the same. Any thread."""
 
     @property
+    def lacks_readers(self) -> bool:
+        """Whether what is looked up has failed, and would again, although the database is open. Any thread."""
+
+    @property
     def unreadable_s(self) -> float:
         """For how long nobody has been able to read the database; 0 where this or another process is. Any thread."""
 

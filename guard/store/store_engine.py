@@ -96,6 +96,11 @@ class StoreEngine(ABC):
     def is_readable(self) -> bool:
         """Whether the database is open, if only to read it. Any thread."""
 
+    @property
+    def lacks_readers(self) -> bool:
+        """Whether what is looked up has failed, and would again, although the database is open. Any thread."""
+        return False
+
     def write(
         self,
         operation: Operation[T],

@@ -154,6 +154,10 @@ class TableStore(DepotTables, Store):
         return self._engine.silent_s
 
     @property
+    def lacks_readers(self) -> bool:
+        return self._engine.lacks_readers
+
+    @property
     def unreadable_s(self) -> float:
         return self._engine.unreadable_s
 

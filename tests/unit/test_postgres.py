@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -368,6 +369,25 @@ def test_a_lost_connection_is_made_again(path, clock):
         until(lambda: store.find_entry(job_id).exception(LONG_S) is None)
     assert store.trouble is None
     assert store.list_jobs(None, None, 1000).result(LONG_S)[-1].job_id == job_id
+    store.close()
+
+
+def test_a_store_that_writes_and_has_no_connection_to_read_says_so_until_there_is_one(path, clock, monkeypatch):
+    """Nobody is sent there meanwhile, who would ask again."""
+    store = open_store(path, clock)
+
+    def refuse(*_silent, **_session):
+        raise psycopg.OperationalError("too many clients already")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._engine._held, "connect", refuse)
+        assert not store.lacks_readers
+        assert isinstance(store.list_jobs(None, None, 10).exception(LONG_S), ServerUnavailableError)
+        submit(store)
+        time.sleep(1.5)
+        assert store.lacks_readers
+        assert store.trouble is None
+    until(lambda: not store.lacks_readers)
     store.close()
 
 
