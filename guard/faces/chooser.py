@@ -11,7 +11,7 @@ from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from ..errors import InvalidRequestError, ServerUnavailableError
+from ..errors import InvalidRequestError, MissingModelError, ServerUnavailableError
 from . import Detector, centerface, onnx
 from .centerface import CenterFace, is_installed
 from .insightface import InsightFace, Pack, find_packs, list_roots
@@ -98,6 +98,7 @@ class Chooser:
 
         Raises:
             ServerUnavailableError: it cannot be loaded; with `auto`, CenterFace cannot either.
+            MissingModelError: the pack that was asked for is not there; the setting's is the server's fault.
             InvalidRequestError: there is no detector of that name.
         """
         asked = detector or self._detector
@@ -165,11 +166,12 @@ class Chooser:
         name = asked.partition("/")[2]
         pack = next((pack for pack in packs if name in ("", pack.name)), None)
         if pack is None:
-            raise ServerUnavailableError(
+            is_own = asked == self._detector
+            raise (ServerUnavailableError if is_own else MissingModelError)(
                 f"The InsightFace pack {name} is not there." if name else "No InsightFace pack is there.",
                 details="Packs are looked for in ComfyUI's models/insightface/models and in ~/.insightface/models.",
                 extra_info={"detector": asked, "packs": [pack.name for pack in packs]},
-                retry_after_s=60,
+                retry_after_s=60 if is_own else None,
             )
         return Choice(f"insightface/{pack.name}", "It was asked for by name.", self._device), pack
 

@@ -17,7 +17,7 @@ from .check import FaceRules, Faces
 from .chooser import FaceFacts
 from .loaded import FilmError, LoadedFiles, Opened
 from .machine import FaceMachine
-from .required import Wanted, find_wanted, list_loaded
+from .required import Wanted, find_wanted, list_detectors, list_loaded
 
 log = logging.getLogger("guarded.faces")
 
@@ -89,8 +89,15 @@ class FaceGate:
         Raises:
             NoFaceError, TooManyFacesError, FaceTooSmallError, BadImageError: with `node_id`, the loader's, added.
             InvalidRequestError: `asked` names a node that loads no picture.
+            MissingModelError: a node asks for a detector that is not there.
             ServerUnavailableError: there is no detector.
         """
+        for node_id, detector in list_detectors(graph, outputs):
+            try:
+                await self._threads.run(owner, self._machine.checker.chooser.get, detector)
+            except GuardError as error:
+                error.extra_info.update(node_id=node_id)
+                raise
         needed = [*find_wanted(graph, self._settings.required_by, outputs=outputs), *_list_asked(graph, outputs, asked)]
         for one in needed:
             try:

@@ -30,6 +30,8 @@ class FaceMachine:
 
     def find_image(self, image: str) -> Path:
         """The path of an image that a loader names. Raises BadImageError where there is none in its folder."""
+        if not isinstance(image, str):  # a link gives anything
+            raise BadImageError("It names no picture.")
         kind, name = split_annotation(image)
         path = self.file(kind, "", name) if name else None
         if path is None or not os.path.isfile(path):  # False for a name that is too long

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..errors import BadImageError
 from ..graph import find_upstream, is_link
 from .check import FaceRules
 
@@ -218,14 +219,37 @@ def list_loaded(graph: Mapping[str, Any], outputs: Iterable[str] | None = None) 
     ]
 
 
+def list_detectors(graph: Mapping[str, Any], outputs: Iterable[str] | None = None) -> list[tuple[str, str | None]]:
+    """(node id, detector) of every face-check node, also of those whose pictures the run makes.
+
+    Raises BadImageError where one that loads its picture names none.
+    """
+    ours = {node_id: node for node_id, node in graph.items() if node["class_type"] in _OURS}
+    alive = find_upstream(graph, outputs) if ours and outputs is not None else ours.keys()
+    found = []
+    for node_id, node in ours.items():
+        if node_id not in alive:
+            continue
+        inputs, name = node["inputs"], LOADERS.get(node["class_type"])
+        if name in inputs and not isinstance(inputs[name], str) and not is_link(inputs[name]):
+            raise BadImageError("It names no picture.", extra_info={"node_id": node_id, "input": name})
+        found.append((node_id, _read_detector(inputs)))
+    return found
+
+
+def _read_detector(inputs: Mapping[str, Any]) -> str | None:
+    """The one that a face-check node asks for; None for the setting's, and where a link says."""
+    detector = inputs.get("detector")
+    return detector if isinstance(detector, str) and detector != "auto" else None
+
+
 def _list_needs(
     node: Mapping[str, Any], classes: Mapping[str, Sequence[str]], rules: FaceRules
 ) -> Iterator[tuple[str, FaceRules, str | None]]:
     """(input, rules, detector) of each picture in which a node needs a face."""
     kind, inputs = node["class_type"], node["inputs"]
     if kind in _OURS:
-        detector = inputs.get("detector")
-        yield "image", FaceRules.of(inputs), detector if isinstance(detector, str) and detector != "auto" else None
+        yield "image", FaceRules.of(inputs), _read_detector(inputs)
     elif inputs.get(_SWITCHES.get(kind, "")) is not False and _is_for_faces(kind, inputs):
         for name in classes.get(kind, ()):
             yield name, rules, None

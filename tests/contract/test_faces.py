@@ -74,6 +74,19 @@ async def test_a_picture_made_on_the_way_is_checked_in_the_graph_and_refunded(cl
     assert job["error"]["details"]["node_id"] == "2"
 
 
+async def test_a_detector_that_is_not_there_is_refused_also_for_a_picture_that_the_run_makes(client):
+    prompt = loaded(NOBODY, through="ImageInvert", detector="insightface")
+    body = assert_refusal(await client.submit(prompt), "missing_model", 422)
+    assert body["error"]["extra_info"]["node_id"] == "2"
+
+
+async def test_a_face_loader_that_names_no_picture_is_refused(client):
+    for image in (None, 5):
+        prompt = {"1": node("GuardedLoadFaceImage", image=image), "3": save("1")}
+        body = assert_refusal(await client.submit(prompt), "bad_image", 422)
+        assert (body["error"]["extra_info"]["node_id"], body["error"]["extra_info"]["input"]) == ("1", "image")
+
+
 async def test_the_face_loader_refuses_in_comfyuis_own_validation(client):
     graph = {"1": node("GuardedLoadFaceImage", image=NOBODY, min_faces=1, max_faces=2, detector="auto"), "3": save("1")}
     native = await client.request("POST", "/prompt", {"prompt": graph})

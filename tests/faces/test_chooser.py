@@ -13,7 +13,7 @@ import pytest
 from faces.conftest import RedIsAFace
 from faces.photos import photo, png
 
-from comfyui_guarded.guard.errors import InvalidRequestError, ServerUnavailableError
+from comfyui_guarded.guard.errors import InvalidRequestError, MissingModelError, ServerUnavailableError
 from comfyui_guarded.guard.faces import chooser as chooser_module
 from comfyui_guarded.guard.faces import onnx
 from comfyui_guarded.guard.faces.check import FaceChecker
@@ -82,6 +82,8 @@ def test_a_pack_that_is_asked_for_and_missing_is_an_error(models: Path) -> None:
     assert caught.value.extra_info["packs"] == ["buffalo_l"]
     with pytest.raises(ServerUnavailableError, match="No InsightFace pack is there"):
         Chooser(detector="insightface").get()
+    with pytest.raises(MissingModelError, match="No InsightFace pack is there"):  # a prompt's
+        Chooser().get("insightface")
 
 
 def test_a_detector_nobody_knows_is_an_invalid_request() -> None:
