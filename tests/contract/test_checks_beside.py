@@ -10,6 +10,7 @@ from contract.client import Client, assert_ended_badly, assert_succeeded, sleep,
 from contract.conftest import kinds
 from contract.test_sockets import GOOD
 
+from comfyui_guarded.guard.life.check_places import WAITING
 from comfyui_guarded.tests.hosts.launch import HostProcess
 
 
@@ -97,12 +98,12 @@ async def test_a_job_that_is_cancelled_while_it_is_checked_ends_once_and_alone(c
     assert (await client.native_entry(checked))["status"]["status_str"] == "error"
 
 
-async def test_at_most_so_many_are_checked_at_once(client):
+async def test_at_most_so_many_wait_for_their_checks_and_their_owner_for_the_worker(client):
     async with held_checks(client):
-        ids = [await client.admitted(sleep(0)) for _ in range(4)]
-        await client.reached(ids[2], "validating")
+        ids = [await client.admitted(sleep(0)) for _ in range(2 + WAITING + 3)]
+        await client.reached(ids[2 + WAITING - 1], "validating")
         await asyncio.sleep(0.5)
-        assert (await client.job(ids[3]))["state"] in ("queued", "dispatched")
+        assert (await client.job(ids[-1]))["state"] == "queued"
         assert (await client.request("GET", "/guarded/ready")).status == 200
     for job_id in ids:
         assert_succeeded(await client.settled(job_id))
