@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
@@ -20,8 +21,8 @@ _RANGE = re.compile(r"\s*([0-9]{0,40})-([0-9]{0,40})\s*")
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A file to send. Its bytes come from `handle`, whatever happens to the name meanwhile; without `mime`, they tell
-    their type."""
+    """A file to send. Its bytes come from `handle`, whatever happens to the name meanwhile, as they were when it was
+    last changed at `modified_s`; without `mime`, they tell their type."""
 
     handle: IO[bytes]
     filename: str
@@ -40,7 +41,7 @@ async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.St
     """Answer with the file: 200, 206, 304, 412 or 416.
 
     Raises:
-        ConnectionError: the client took hardly anything for `stalled_s`, or the file was cut short.
+        ConnectionError: the client took hardly anything for `stalled_s`, or the file was cut short or overwritten.
     """
     headers = {**make_headers(request, file.filename, file.etag, file.modified_s), hdrs.ACCEPT_RANGES: "bytes"}
     if (answer := answer_unchanged(request, file.etag, headers)) is not None:
@@ -63,7 +64,7 @@ async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.St
         await run_beside(file.handle.seek, begin)
         with Going(request, stalled_s) as going:
             while begin < end:
-                chunk = await run_beside(file.handle.read, min(going.choose_piece(), end - begin))
+                chunk = await run_beside(_read, file, min(going.choose_piece(), end - begin))
                 if not chunk:
                     raise ConnectionResetError("the file was cut short while it was sent")
                 begin += len(chunk)
@@ -72,6 +73,18 @@ async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.St
                 await going.let_out()
     await response.write_eof()
     return response
+
+
+def _read(file: OpenFile, count: int) -> bytes:
+    """The next bytes. Raises ConnectionResetError where the file has been overwritten by now."""
+    chunk = file.handle.read(count)
+    try:
+        modified_s = os.fstat(file.handle.fileno()).st_mtime
+    except OSError:  # it is no file of this machine, and cannot be overwritten
+        return chunk
+    if modified_s != file.modified_s:
+        raise ConnectionResetError("the file was overwritten while it was sent")
+    return chunk
 
 
 def has_the_end(request: web.Request, response: web.StreamResponse, file: OpenFile) -> bool:

@@ -49,7 +49,8 @@ class ArtifactOpener:
                 known = self._known.get(key)
             if known == artifact.sha256 and status.st_size == artifact.bytes:
                 return handle
-            if stat.S_ISREG(status.st_mode) and holds(artifact, handle):
+            is_it = stat.S_ISREG(status.st_mode) and holds(artifact, handle)
+            if is_it and os.fstat(handle.fileno()).st_mtime_ns == status.st_mtime_ns:
                 if time.time() - max(status.st_ctime, status.st_mtime) > self._SETTLED_S:
                     with self._lock:
                         self._known[key] = artifact.sha256

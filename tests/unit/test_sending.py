@@ -2,11 +2,12 @@
 
 import asyncio
 import io
+import os
 import socket
 import sys
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientPayloadError, test_utils, web
 
 from comfyui_guarded.server_routes.sending import OpenFile, send
 
@@ -87,3 +88,25 @@ async def test_who_reads_after_a_while_gets_every_byte_and_soon_large_pieces(ser
     assert body[: len(CONTENT)] == CONTENT
     assert body[len(CONTENT) :].startswith(b"HTTP/1.1 200")
     assert sent[0][1].largest == 2**17
+
+
+async def test_what_is_overwritten_while_it_is_sent_is_broken_off(tmp_path):
+    path = tmp_path / "x.bin"
+    path.write_bytes(CONTENT)
+
+    async def handle(request):
+        with path.open("rb") as file:
+            return await send(request, OpenFile(file, "x.bin", len(CONTENT), "tag", path.stat().st_mtime), stalled_s=60)
+
+    app = web.Application()
+    app.router.add_get("/", handle)
+    async with test_utils.TestClient(test_utils.TestServer(app)) as client:
+        async with client.get("/") as answer:
+            assert await answer.read() == CONTENT
+        async with client.get("/") as answer:
+            assert await answer.content.readexactly(1000) == CONTENT[:1000]
+            before = path.stat().st_mtime_ns
+            path.write_bytes(bytes(len(CONTENT)))
+            os.utime(path, ns=(before, before + 10**7))
+            with pytest.raises(ClientPayloadError):
+                await answer.read()
