@@ -86,8 +86,7 @@ class PostgresEngine(StoreEngine):
 
     @property
     def lacks_readers(self) -> bool:
-        readers = self._reader, self._lister, self._tidier
-        return self.trouble is None and any(reader.has_failed for reader in readers)
+        return self.trouble is None and any(reader.has_failed for reader in self._readers)
 
     def read(self, operation: Operation[T]) -> Future[T]:
         return self._hand_in(self._reader, operation)
@@ -99,7 +98,7 @@ class PostgresEngine(StoreEngine):
         return self._hand_in(self._tidier, operation)
 
     @property
-    def _readers(self) -> tuple[DatabaseThread, ...]:
+    def _readers(self) -> tuple[PostgresReader, ...]:
         return self._reader, self._lister, self._tidier
 
     def _start(self) -> None:

@@ -178,12 +178,17 @@ async def test_the_operator_and_native_prompts_are_not_watched(client, alice):
     assert (client.base / "custom_nodes" / "operators.png").is_file()
 
 
-async def test_a_server_on_which_no_key_runs_jobs_has_no_hook_that_all_its_code_would_pay_for(tmp_path):
-    host = start_host(sandbox_kind(), tmp_path / "base")
-    pack = host.base / "custom_nodes" / "aa_counter"
+def make_host_with_pack(base, name, code):
+    """A host, not started yet, whose packs are one more, and bob's key there."""
+    host = start_host(sandbox_kind(), base)
+    pack = host.base / "custom_nodes" / name
     pack.mkdir(parents=True)
-    (pack / "__init__.py").write_text(COUNTER)
-    key = make_key(host.base, "bob")
+    (pack / "__init__.py").write_text(code)
+    return host, make_key(host.base, "bob")
+
+
+async def test_a_server_on_which_no_key_runs_jobs_has_no_hook_that_all_its_code_would_pay_for(tmp_path):
+    host, key = make_host_with_pack(tmp_path / "base", "aa_counter", COUNTER)
     secret = host.base / "user" / "__guarded" / "keys.json"
     with host:
         async with connected(host) as client:
@@ -196,11 +201,7 @@ async def test_a_server_on_which_no_key_runs_jobs_has_no_hook_that_all_its_code_
 
 
 async def test_no_job_of_a_key_takes_pictures_of_the_screen_or_by_a_camera(tmp_path):
-    host = start_host(sandbox_kind(), tmp_path / "base")
-    pack = host.base / "custom_nodes" / "aa_cameras"
-    pack.mkdir(parents=True)
-    (pack / "__init__.py").write_text(CAMERAS)
-    key = make_key(host.base, "bob")
+    host, key = make_host_with_pack(tmp_path / "base", "aa_cameras", CAMERAS)
     with host:
         async with connected(host) as client:
             bob = KeyedClient(client, key)

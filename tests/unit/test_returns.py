@@ -107,15 +107,9 @@ async def test_a_server_whose_disk_is_full_leaves_jobs_to_those_that_have_room(b
 @only_postgres
 async def test_a_job_whose_files_have_no_room_here_waits_for_another_server(boxes):
     one, two = boxes("one"), boxes("two")
-    job_id = await one.run()
-    one.host.holds.clear()
-    closed = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checks, "check", fail_full)
-        one.runs.finished(job_id, Outcome(success=True), closed.append)
-        await until(lambda: closed)
-    assert not closed[0].state.settled
-    assert state(one, job_id) is QUEUED
+        _job_id, _closed = await run_and_give_back(one, Outcome(success=True))
     assert not await one.dispatcher.turn(), "it has had its turn here"
     sync(two.store)
     assert await two.dispatcher.turn()
@@ -124,13 +118,7 @@ async def test_a_job_whose_files_have_no_room_here_waits_for_another_server(boxe
 @only_postgres
 async def test_a_job_whose_node_finds_the_disk_full_waits_for_another_server(boxes):
     one, two = boxes("one"), boxes("two")
-    job_id = await one.run()
-    one.host.holds.clear()
-    closed = []
-    one.runs.finished(job_id, FULL, closed.append)
-    await until(lambda: closed)
-    assert not closed[0].state.settled
-    assert state(one, job_id) is QUEUED
+    job_id, closed = await run_and_give_back(one, FULL)
     sync(two.store)
     assert await two.dispatcher.turn()
     two.runs.started(job_id)
@@ -138,6 +126,18 @@ async def test_a_job_whose_node_finds_the_disk_full_waits_for_another_server(box
     two.runs.finished(job_id, FULL, closed.append)
     await until(lambda: state(two, job_id) is FAILED)
     assert closed[-1].code == "disk_full"
+
+
+async def run_and_give_back(box, outcome):
+    """Run a job that ends so, and is given back: its id, and what the host was told of it."""
+    job_id = await box.run()
+    box.host.holds.clear()
+    closed = []
+    box.runs.finished(job_id, outcome, closed.append)
+    await until(lambda: closed)
+    assert not closed[0].state.settled
+    assert state(box, job_id) is QUEUED
+    return job_id, closed
 
 
 def fail_full(*_args):
